@@ -164,19 +164,34 @@ class _Result:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Classification(_Result):
-    """The classes of an image."""
+    """The classes of an image: one of them, or with `thresholds` any number."""
 
     probabilities: NDArray[np.float32]
-    """(K,) in [0, 1], in the order of `names`."""
+    """(K,) in [0, 1], in the order of `names`; they add up to 1 unless there are thresholds."""
+    thresholds: NDArray[np.float64] | None = None
+    """(K,) the probability from which the image has each label; None if it has one label."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         values = _array(self.probabilities, np.float32, (len(self.names),), "probabilities")
         set_field(self, "probabilities", _in_unit(values, "probabilities"))
+        if self.thresholds is not None:
+            limits = _array(self.thresholds, np.float64, (len(self.names),), "thresholds")
+            set_field(self, "thresholds", _in_unit(limits, "thresholds"))
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(K,) the class indices, the most probable first."""
+        """The indices of the classes, the most probable first: (K,), all of them.
+
+        With `thresholds`, those of the image's labels: none, one or several.
+        """
+        order = self._order
+        if self.thresholds is None:
+            return order
+        return order[self.probabilities[order] >= self.thresholds[order]]
+
+    @property
+    def _order(self) -> NDArray[np.int64]:
         return np.argsort(-self.probabilities, kind="stable").astype(np.int64)
 
     def top(self, k: int = 5) -> tuple[Guess, ...]:
@@ -188,7 +203,7 @@ class Classification(_Result):
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         return tuple(
-            Guess(self.names[i], float(self.probabilities[i])) for i in self.labels[:k].tolist()
+            Guess(self.names[i], float(self.probabilities[i])) for i in self._order[:k].tolist()
         )
 
     def plot(self, *, image: Any = None, k: int = 5) -> Image.Image:
@@ -206,23 +221,34 @@ class Classification(_Result):
         width, text = pictures.panel_size(picture.size)
         bars = [
             (readable(self.names[i], i), float(self.probabilities[i]))
-            for i in self.labels[:k].tolist()
+            for i in self._order[:k].tolist()
         ]
         return pictures.stacked(picture, pictures.bar_panel(width, text, bars))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: `probabilities` of all classes, and the `top` five."""
+        """Return plain values for JSON: `probabilities` of all classes, and the `top` five.
+
+        With thresholds, also these, and the names of the `labels`.
+        """
+        several: dict[str, Any] = {}
+        if self.thresholds is not None:
+            several["labels"] = [self.names[i] for i in self.labels.tolist()]
+            several["thresholds"] = [_rounded(value) for value in self.thresholds]
         return {
             **super().to_dict(),
+            **several,
             "top": [
                 {"name": self.names[i], "label": i, "probability": _rounded(self.probabilities[i])}
-                for i in self.labels[:5].tolist()
+                for i in self._order[:5].tolist()
             ],
             "probabilities": [_rounded(value) for value in self.probabilities],
         }
 
     def __repr__(self) -> str:
         name, probability = self.top(1)[0]
+        if self.thresholds is not None:
+            found = [f"{self.names[i]} {100 * self.probabilities[i]:.1f}%" for i in self.labels]
+            return self._short(_first(found, 5, "labels") or "no label")
         return self._short(f"{name} {100 * probability:.1f}%")
 
 

@@ -113,7 +113,9 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
         "loader.shard_cache_gb",
     }
     of_the_optimizer = {"optim.betas", "optim.eps", "optim.momentum"}  # Its own, if not given.
-    others = ("segment.", "detect.", "loader.layout")
+    # Those of the loss are for several labels.
+    of_labels = ("loss.pos_weight", "loss.gamma", "loss.alpha", "loss.margin")
+    others = ("segment.", "detect.", "loader.layout", *of_labels)
     own = [
         k
         for k in resolved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss, precisi
 from torch.nn import functional as F
 
 import convnext
+from convnext.api.evaluation import evaluate_robustness
 from convnext.api.training import learning_rates
 from convnext.data.contents import held_names
 from convnext.data.preprocessing import Preprocessing
@@ -24,6 +26,7 @@ from convnext.tasks.classification.metric import (
     fitted_threshold,
     parse_thresholds,
 )
+from convnext.tasks.classification.predict import joined
 from convnext.tasks.classification.recipe import ClassificationAugment, LossRecipe
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file
@@ -304,3 +307,105 @@ def test_a_resumed_run_is_the_same(run: convnext.Run, tmp_path: Path) -> None:
     assert cards[0].thresholds == cards[1].thresholds
     for name, tensor in read_file(one)[0].items():
         assert torch.equal(tensor, read_file(other)[0][name]), name
+
+
+def test_predictions_of_several_labels(run: convnext.Run, tmp_path: Path) -> None:
+    """The written predictions have the scores of the evaluation, by scikit-learn."""
+    rows = list(csv.DictReader(Path(run.data).read_text().splitlines()))
+    truth = {
+        r["image"]: set(filter(None, r["tags"].split("|"))) for r in rows if r["split"] == "val"
+    }
+    images = [Path(run.data).parent / "images" / name for name in truth]
+    model = convnext.load(run.folder)
+    found = model.predict(images, output=tmp_path / "wide", wide=True, progress=False)
+    scores = model.evaluate(progress=False)
+    written = list(csv.DictReader((tmp_path / "wide" / "predictions.csv").read_text().splitlines()))
+    assert [Path(row["image"]).name for row in written] == list(truth)
+    targets = np.array([[name in truth[image] for name in model.classes] for image in truth])
+    shares = np.array([[float(row[name]) for name in model.classes] for row in written])
+    chosen = np.array(
+        [[name in row["labels"].split("|") for name in model.classes] for row in written]
+    )
+    some = targets.any(0)
+    expected = average_precision_score(targets[:, some], shares[:, some])
+    assert scores["map"] == pytest.approx(100 * expected, abs=0.01)
+    for kind, measured_classes in (
+        ("micro", slice(None)),
+        ("macro", some),
+        ("samples", slice(None)),
+    ):
+        value = f1_score(
+            targets[:, measured_classes],
+            chosen[:, measured_classes],
+            average=kind,
+            zero_division=1 if kind == "samples" else 0,
+        )
+        assert scores[f"{kind.removesuffix('s')}_f1"] == pytest.approx(100 * value), kind
+    first = found[0]
+    assert first.thresholds is not None
+    names = [first.names[i] for i in first.labels]
+    assert names == [n for n in written[0]["labels"].split("|") if n]
+    assert first.to_dict()["labels"] == names
+    assert len(first.top(3)) == 3
+    model.predict(images[:2], output=tmp_path / "plain", progress=False)
+    plain = list(csv.DictReader((tmp_path / "plain" / "predictions.csv").read_text().splitlines()))
+    assert [row["labels"] for row in plain] == [row["labels"] for row in written[:2]]
+    content = json.loads((tmp_path / "plain" / "predictions.json").read_text())
+    assert [p["labels"] for p in content["predictions"]] == [
+        [n for n in row["labels"].split("|") if n] for row in plain
+    ]
+
+
+def test_results_without_any_label() -> None:
+    result = convnext.Classification(
+        size=(4, 4),
+        names=("a|b", "c"),
+        probabilities=np.array([0.4, 0.1], np.float32),
+        thresholds=np.array([0.5, 0.5]),
+        source="x.png",
+    )
+    assert result.labels.tolist() == []
+    assert repr(result) == "Classification(x.png: no label)"
+    assert result.top(1)[0].name == "a|b"
+    assert joined(["c"]) == "c"
+    assert joined(["a|b", "c"]) == '["a|b", "c"]'
+
+
+@pytest.mark.parametrize(
+    "format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "pt2"]
+)
+def test_exported_files_have_the_thresholds(run: convnext.Run, tmp_path: Path, format: Any) -> None:
+    pytest.importorskip({"pt2": "torch"}.get(format, format))
+    model = convnext.load(run.folder)
+    suffix = {"onnx": "onnx", "openvino": "xml", "pt2": "pt2"}[format]
+    made = model.export(format, output=tmp_path / f"net.{suffix}", progress=False)
+    assert made.proof["passed"]
+    assert made.proof["metric"] == "F1 of the images"
+    assert made.proof["before"] == pytest.approx(made.proof["after"])
+    file = convnext.load(made.path)
+    images = sorted((Path(run.data).parent / "images").iterdir())[:6]
+    for own, other in zip(
+        model.predict(images, progress=False), file.predict(images, progress=False), strict=True
+    ):
+        assert own.labels.tolist() == other.labels.tolist()
+        assert np.allclose(own.probabilities, other.probabilities, atol=1e-4)
+        assert np.array_equal(own.thresholds, other.thresholds)
+    scores, again = (m.evaluate(progress=False, data=run.data, split="val") for m in (model, file))
+    assert scores["map"] == pytest.approx(again["map"], abs=0.01)
+    assert scores["micro_f1"] == pytest.approx(again["micro_f1"])
+
+
+def test_the_report_has_the_classes(run: convnext.Run) -> None:
+    page = run.report.read_text(encoding="utf-8")
+    assert "mAP" in page
+    assert "Average precision of every class" in page
+    assert "Confusion" not in page
+    assert "top-1" not in page
+    assert page.count("<td>") > 10
+
+
+def test_what_measures_top_1_is_refused(run: convnext.Run) -> None:
+    with pytest.raises(
+        ValueError, match=r"predicts several labels .* these benchmarks measure top-1"
+    ):
+        evaluate_robustness(run.folder, progress=False)

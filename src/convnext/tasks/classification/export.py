@@ -45,7 +45,8 @@ def export_spec(request: ExportRequest) -> ExportSpec:
     whole = settings.inside == "full"
 
     def blueprint() -> Any:
-        finish = Probabilities() if settings.answers else nn.Identity()
+        own = LabelProbabilities() if card.thresholds else Probabilities()
+        finish = own if settings.answers else nn.Identity()
         return image_blueprint(
             image_graph(model, pre, settings, finish=finish),
             pre,
@@ -66,10 +67,13 @@ def export_spec(request: ExportRequest) -> ExportSpec:
             "batch": settings.fixed_batch,
             "size": None if whole else [side, side],
             "output": "probabilities" if settings.answers else "logits",
+            "activation": "sigmoid" if card.thresholds else "softmax",
         },
         blueprint=blueprint,
-        images=request.proofs(split, lambda samples, i: samples.labels[i]),
-        compare=lambda exported: ClassifierComparison(model, card, exported),
+        images=request.proofs(split, lambda s, i: s.target(i) if card.thresholds else s.labels[i]),
+        compare=lambda exported: (LabelComparison if card.thresholds else ClassifierComparison)(
+            model, card, exported
+        ),
         calibration=image_calibration(model, pre, settings, num_judged=8),
     )
 
@@ -100,11 +104,18 @@ class Probabilities(nn.Module):
         return F.softmax(logits.float(), 1)
 
 
+class LabelProbabilities(nn.Module):
+    """Maps logits (N, K) to the probability of each label in fp32."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid()
+
+
 class ExportedNetwork(nn.Module):
     """An exported classifier as a network: maps images (N, C, H, W) in fp32 to logits (N, K).
 
     Files that normalize take pixels from 0 to 255, others normalized images. Probabilities are
-    returned as logarithms.
+    returned as logarithms, those of several labels as logits.
     """
 
     def __init__(self, exported: Exported) -> None:
@@ -117,7 +128,10 @@ class ExportedNetwork(nn.Module):
             size, own = ("{} x {}".format(*s) for s in (graph["size"], images.shape[2:]))
             raise ValueError(f"the file takes images of {size} pixels, not {own}")
         out = run_images(self.exported, images)
-        return out.clamp_min(1e-38).log() if graph["output"] == "probabilities" else out
+        if graph["output"] != "probabilities":
+            return out
+        is_multi = bool(self.exported.card.thresholds)
+        return out.logit(eps=1e-7) if is_multi else out.clamp_min(1e-38).log()
 
 
 def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
@@ -162,11 +176,45 @@ class ClassifierComparison(ScoredComparison[Tensor]):
         if truth is not None:
             self.scored.append((answers[0] == truth, answers[1] == truth))
 
-    def score(self, scored: Sequence[bool]) -> float:
+    def score(self, scored: Sequence[bool | float]) -> float:
         return 100 * statistics.fmean(scored)
 
 
+class LabelComparison(ClassifierComparison):
+    """Compares the probabilities (K,) of several labels, and the labels that reach thresholds."""
+
+    metric = "F1 of the images"
+
+    def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
+        super().__init__(model, card, exported)
+        self.thresholds = torch.tensor(card.thresholds, dtype=torch.float64)
+
+    def network(self, image: Image.Image) -> Tensor:
+        return _logits(self.model, self.preprocessing, image).sigmoid()
+
+    def file(self, image: Image.Image) -> Tensor:
+        return _logits(self.exported, self.left, image).sigmoid()
+
+    def add(self, image: Image.Image, network: Tensor, file: Tensor, truth: Any) -> None:
+        self.differences.append(float((network - file).abs().max()))
+        own, other = network >= self.thresholds, file >= self.thresholds
+        self.same.append(float(torch.equal(own, other)))
+        if truth is not None:
+            right = torch.as_tensor(truth) > 0.5
+            self.scored.append((_f1(own, right), _f1(other, right)))
+
+
+def _f1(predicted: Tensor, truth: Tensor) -> float:
+    """Return the F1 of the labels of an image; 1 if it has none and none is predicted."""
+    total = int(predicted.sum() + truth.sum())
+    return 2 * int((predicted & truth).sum()) / total if total else 1.0
+
+
 @torch.inference_mode()
-def _probabilities(model: nn.Module, preprocessing: Any, image: Image.Image) -> Tensor:
+def _logits(model: nn.Module, preprocessing: Any, image: Image.Image) -> Tensor:
     logits: Tensor = model(to_batch(preprocessing, image))
-    return logits.softmax(1)[0]
+    return logits[0]
+
+
+def _probabilities(model: nn.Module, preprocessing: Any, image: Image.Image) -> Tensor:
+    return _logits(model, preprocessing, image)[None].softmax(1)[0]

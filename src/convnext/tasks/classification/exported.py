@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from convnext.data.images import BadImage
 from convnext.data.sources import Source
 from convnext.deploy.runtimes import Array, Exported, outside
 from convnext.results import Classification
+from convnext.weights.checkpoint import Card
 
 # Batch size for files with a dynamic batch dimension.
 BATCH_SIZE = 8
@@ -55,14 +57,14 @@ class ExportedClassifier:
                     if isinstance(image, BadImage):
                         skip(source, image)
                         continue
-                    yield Classification(
-                        probabilities=next(values),
-                        source=source.name,
-                        path=source.path,
-                        size=(image.height, image.width),
-                        names=tuple(self.card.classes),
-                        image=image if source.path is None else None,
-                    )
+                    common = {
+                        "source": source.name,
+                        "path": source.path,
+                        "size": (image.height, image.width),
+                        "names": tuple(self.card.classes),
+                        "image": image if source.path is None else None,
+                    }
+                    yield classified(self.card, next(values), common)
 
     def probabilities(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Return the probabilities (N, K) of images of any size and mode."""
@@ -70,7 +72,8 @@ class ExportedClassifier:
         for start in range(0, len(images), self._batch_size):
             given = [self._input(image) for image in images[start : start + self._batch_size]]
             outputs = self.exported.run_in_batches(np.stack(given))
-            parts.append(outputs if self.graph["output"] == "probabilities" else softmax(outputs))
+            activate = sigmoid if self.card.thresholds else softmax
+            parts.append(outputs if self.graph["output"] == "probabilities" else activate(outputs))
         return np.concatenate(parts)
 
     @property
@@ -91,6 +94,22 @@ class ExportedClassifier:
             return normalized
         given: Array = pixels.transpose(1, 2, 0)
         return given
+
+
+def classified(
+    card: Card, probabilities: NDArray[np.float32], common: Mapping[str, Any]
+) -> Classification:
+    """Return the result of an image, with the thresholds of a network for several labels."""
+    thresholds = np.asarray(card.thresholds) if card.thresholds else None
+    return Classification(probabilities=probabilities, thresholds=thresholds, **common)
+
+
+def sigmoid(logits: Array) -> NDArray[np.float32]:
+    """Return the probability of each label from logits (N, K)."""
+    # The exponential of a large negative number would overflow.
+    small = np.exp(-np.abs(logits.astype(np.float32)))
+    found: NDArray[np.float32] = np.where(logits >= 0, 1, small) / (1 + small)
+    return found
 
 
 def softmax(logits: Array) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ from convnext.hardware.system import leave_signals_to_parent
 from convnext.names import csv_text, text_cell
 from convnext.results import Classification
 from convnext.tasks.classification.dataset import EvalDataset, collate
+from convnext.tasks.classification.exported import classified
 from convnext.tasks.predict import Predictor, Skip, bad_rows, print_bad
 from convnext.tasks.trained import Opened
 
@@ -156,6 +157,18 @@ class Prediction:
     source: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    labels: tuple[str, ...] | None = None
+    """All labels of an image that may have several; None if it has one."""
+    of_labels: tuple[float, ...] = ()
+    """The probabilities of these labels."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        found = asdict(self)
+        del found["of_labels"]
+        if self.labels is None:
+            del found["labels"]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +187,18 @@ class PredictResult:
         """Return nested plain values for JSON."""
         return {
             "model": self.model,
-            "predictions": [asdict(prediction) for prediction in self.predictions],
+            "predictions": [prediction.to_dict() for prediction in self.predictions],
             "bad_images": bad_rows(self.bad_images),
         }
 
     def write(self, folder: str | Path) -> tuple[Path, ...]:
-        """Write `predictions.json` and `predictions.csv`, with one row per image if it is wide."""
-        rows = wide_rows(self.wide) if self.wide else self._long_rows()
+        """Write `predictions.json` and `predictions.csv`.
+
+        The table has one row per image if it is wide, or if images may have several labels.
+        """
+        is_multi = any(p.labels is not None for p in self.predictions)
+        few = self._label_rows() if is_multi else self._long_rows()
+        rows = wide_rows(self.wide) if self.wide else few
         text = json.dumps(self.to_dict(), indent=1) + "\n"
         others = {"predictions.csv": csv_text(rows)}
         return write_together(Path(folder) / "predictions.json", text, others)
@@ -193,8 +211,33 @@ class PredictResult:
                 image, name = text_cell(prediction.source), text_cell(name)
                 yield image, rank, name, f"{probability:.6f}"
 
+    def _label_rows(self) -> Iterator[Sequence[Any]]:
+        yield "image", "labels", "probabilities"
+        for p in self.predictions:
+            values = "|".join(f"{value:.6f}" for value in p.of_labels)
+            yield text_cell(p.source), joined(p.labels or ()), values
+
+    def _print_labels(self, console: Console) -> None:
+        table = Table(box=None, header_style="bold")
+        table.add_column("image", overflow="fold")
+        table.add_column("labels, with their probabilities in %", overflow="fold")
+        for p in self.predictions:
+            ranked = zip(p.labels or (), p.of_labels, strict=True)
+            text = ", ".join(f"{name} {100 * value:.1f}" for name, value in ranked)
+            table.add_row(escape(p.source), escape(text) or "none")
+        console.print(table)
+
     def print(self, console: Console) -> None:
         """Print one line per image with its best classes and their probabilities."""
+        if any(p.labels is not None for p in self.predictions):
+            self._print_labels(console)
+        else:
+            self._print_classes(console)
+        print_bad(self.bad_images, console)
+        for name in ("predictions.json", "predictions.csv") if self.output else ():
+            console.print(f"written: {Path(self.output) / name}", markup=False, soft_wrap=True)
+
+    def _print_classes(self, console: Console) -> None:
         table = Table(box=None, header_style="bold")
         table.add_column("image", overflow="fold")
         table.add_column("class")
@@ -209,17 +252,29 @@ class PredictResult:
                 escape(", ".join(f"{name} {100 * value:.1f}" for name, value in others)),
             )
         console.print(table)
-        print_bad(self.bad_images, console)
-        for name in ("predictions.json", "predictions.csv") if self.output else ():
-            console.print(f"written: {Path(self.output) / name}", markup=False, soft_wrap=True)
+
+
+def joined(labels: Sequence[str]) -> str:
+    """Return the cell of several labels: `cat|dog`, or a list if a name has such a sign."""
+    if any("|" in name for name in labels):
+        return text_cell(json.dumps(list(labels), ensure_ascii=False))
+    return text_cell("|".join(labels))
 
 
 def wide_rows(results: Sequence[Classification]) -> Iterator[Sequence[Any]]:
     """Yield one row per image: its best class, all probabilities, and the true class if known.
 
-    The true class is the name of the image's folder, if there is such a class.
+    The true class is the name of the image's folder, if there is such a class. Images that may have
+    several labels have these instead.
     """
     names = results[0].names
+    if results[0].thresholds is not None:
+        yield ["image", "labels", *map(text_cell, names)]
+        for result in results:
+            labels = joined([names[i] for i in result.labels.tolist()])
+            values = (f"{value:.6f}" for value in result.probabilities)
+            yield text_cell(result.source), labels, *values
+        return
     truths = [true_class(result) for result in results]
     has_truth = any(truths)
     columns = ["image", *(["true class"] if has_truth else []), "class", "probability"]
@@ -287,12 +342,14 @@ class ClassPredictor(Predictor[Classification]):
             progress=done,
             views=self.views,
         ):
-            probabilities = logits.softmax(1).cpu().numpy()
+            card = self.own.card
+            shares = logits.sigmoid() if card.thresholds else logits.softmax(1)
+            probabilities = shares.cpu().numpy()
             num_reported = _report(bad, num_reported, sources, skip)
             for index, values in zip(indices.tolist(), probabilities, strict=True):
                 size, image = samples.opened.pop(index)
                 common = self.common(sources[index], size, image)
-                yield sources[index], image, Classification(probabilities=values, **common)
+                yield sources[index], image, classified(card, values, common)
         _report(bad, num_reported, sources, skip)
 
     def row(
@@ -310,6 +367,13 @@ class ClassPredictor(Predictor[Classification]):
             classes=tuple(guess.name for guess in best),
             probabilities=tuple(guess.probability for guess in best),
         )
+        if result.thresholds is not None:
+            own = result.labels.tolist()
+            prediction = replace(
+                prediction,
+                labels=tuple(result.names[i] for i in own),
+                of_labels=tuple(float(result.probabilities[i]) for i in own),
+            )
         return prediction, result if self.wide else None
 
     def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> PredictResult:

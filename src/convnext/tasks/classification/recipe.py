@@ -180,8 +180,8 @@ class ReadingOptions:
             imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
             visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
             any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
-        columns: Columns of a table, such as `image=file,label=kind,fold=k`; also `split`, and
-            `separator`, the sign between several labels. By default they are recognized.
+        columns: Columns of a table, such as `image=file,label=kind,fold=k`; also `split`, and the
+            `separator` of several labels. By default recognized.
         fold: The fold for validation of a table with a column of folds, or of folders such as
             fold_0; by default the first one.
     """

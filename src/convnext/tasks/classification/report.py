@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from convnext.tasks.figures import (
+    Drawing,
     Part,
     ReportSections,
     Section,
     confusion_section,
+    draw_bars,
     inline,
     measured_on,
     table,
 )
+
+# Max number of named classes without an image.
+MAX_ABSENT = 24
 
 
 def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -96,7 +101,63 @@ def mistakes(evaluation: Mapping[str, Any]) -> Section | None:
     )
 
 
+def label_scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the scores of several labels at the top of the page."""
+    names = {"map": "mAP", "micro_f1": "micro F1", "macro_f1": "macro F1", "sample_f1": "sample F1"}
+    return [(label, f"{evaluation[name]:.2f}\u00a0%") for name, label in names.items()]
+
+
+def label_reliability(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return sentences about what the scores of several labels mean."""
+    return [
+        f"Measured on {measured_on(evaluation)}. The thresholds of training were fitted to its "
+        "validation images, so expect a lower F1 on others."
+    ]
+
+
+def labels(evaluation: Mapping[str, Any]) -> Section | None:
+    """Average precision of every class, and precision, recall and F1 at its threshold."""
+    known = [row for row in evaluation.get("per_class", ()) if row["ap"] is not None]
+    if not known:
+        return None
+    known.sort(key=lambda row: float(row["ap"]))
+    best = known[::-1]
+    names, values = [str(row["name"]) for row in best], [100 * float(row["ap"]) for row in best]
+    alt = (
+        f"Average precision of {len(names)} classes. The best is {names[0]}, {values[0]:.1f} "
+        f"percent; the worst is {names[-1]}, {values[-1]:.1f} percent."
+    )
+    figure = draw_bars(names, values, label="average precision, %")
+    drawn = Drawing(name="ap", title="Average precision of every class", alt=alt, figure=figure)
+    columns = (
+        ("class", "name", ""),
+        ("images", "support", "count"),
+        ("threshold", "threshold", "share"),
+        ("precision", "precision", "share"),
+        ("recall", "recall", "share"),
+        ("F1", "f1", "share"),
+        ("AP", "ap", "share"),
+    )
+    absent = [str(row["name"]) for row in evaluation["per_class"] if row["ap"] is None]
+    more = f" and {len(absent) - MAX_ABSENT:,} more" if len(absent) > MAX_ABSENT else ""
+    left_out = f" No image has these classes: {', '.join(absent[:MAX_ABSENT])}{more}."
+    return Section(
+        title="Classes",
+        note="In percent, lowest average precision first; click a heading to sort by it. "
+        "Precision, recall and F1 are at the threshold of the class." + left_out * bool(absent),
+        parts=[
+            Part(kind="figures", values={"figures": [drawn]}),
+            table(columns, known, sortable=True),
+        ],
+    )
+
+
 def report(evaluation: Mapping[str, Any]) -> ReportSections:
     """Return the report sections of an evaluation; none if it is empty."""
+    if "map" in evaluation:
+        makers_of_labels = (labels, mistakes)
+        return ReportSections.of(
+            evaluation, "map", label_scores, label_reliability, *makers_of_labels
+        )
     makers = (confusion, per_class, mistakes)
     return ReportSections.of(evaluation, "top1", scores, reliability, *makers)

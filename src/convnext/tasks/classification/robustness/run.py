@@ -142,6 +142,11 @@ def evaluate_robustness(
     where = pick_device(device)
     model, card = open_model(source, where)
     pre = card.preprocessing
+    if card.thresholds:
+        raise ValueError(
+            f"{source} predicts several labels for an image, but these benchmarks measure top-1: "
+            "use a network that predicts one"
+        )
     if pre.in_chans not in (1, 3) or pre.bands:
         raise ValueError(
             f"corruptions are of RGB images, but {source} reads {count_noun(pre.in_chans, 'band')}"
