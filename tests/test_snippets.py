@@ -79,6 +79,7 @@ SHORTER = {
 RUNS = {
     "runs/first": "train --output runs/first",
     "runs/photos": "train --data my_photos --output runs/photos",
+    "runs/tags": "train --data tags/labels.csv --output runs/tags",
     "runs/tuned": "train --data my_photos --weights runs/photos --output runs/tuned",
     "runs/streets": "train --task segment --data streets --output runs/streets",
     "runs/cells": "train --task detect --data cells --output runs/cells",
@@ -101,6 +102,11 @@ def tables(root: Path) -> None:
         photo(root / "scans" / name, seed=i)
         rows.append(f"{name},{name.partition('/')[0]},{i // 3}")
     (root / "scans" / "labels.csv").write_text("\n".join(rows))
+    rows = ["image,tags"]
+    for i in range(24):
+        photo(root / "tags" / f"{i}.jpg", seed=i)
+        rows.append(f"{i}.jpg,{('sea', 'sky', 'sea|sky', '')[i % 4]}")
+    (root / "tags" / "labels.csv").write_text("\n".join(rows))
     file = root / "beans" / "data" / "train-00000-of-00001.parquet"
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table({"image": images, "labels": labels}), file, row_group_size=8)

@@ -52,8 +52,9 @@ def evaluate(
 ) -> Scores:
     """Evaluate a trained network on a labeled data set.
 
-    Measures top-1, top-5, and the precision and recall of every class; for segmentation mIoU and
-    the IoU of every class; for detection COCO's AP. Images are preprocessed as the checkpoint says.
+    Measures top-1, top-5, and the precision and recall of every class (mAP and F1 for several
+    labels); for segmentation mIoU and the IoU of every class; for detection COCO's AP. Images are
+    preprocessed as the checkpoint says.
 
     Args:
         source: A run folder, a checkpoint, an exported file, or a hub id; in Python also a loaded

@@ -139,7 +139,8 @@ def train(
             file, a URL of shards, `hf:owner/name` for a data set of the Hugging Face hub, or
             `digits` for the bundled data set; in Python also a DataFrame with the columns path and
             label (and optionally `split`, `fold` and the one that `group` names), a list of
-            dictionaries with these keys, or a list of (path, label).
+            dictionaries with these keys, or a list of (path, label). A label may be a list of
+            names, or a dictionary with the probability of every class.
         model: A name from `convnext models`, or `timm/<name>`; in Python also an `nn.Module`, of
             which a copy is trained from its current weights: a classifier, or for segmentation and
             detection a backbone with `pyramid(images) -> {"c2": ..., "c5": ...}` (such a run can

@@ -116,7 +116,7 @@ class ClassificationLoader(LoaderRecipe[A]):
     `file_names` takes the classes from names such as cat_1.jpg."""
     columns: str = ""
     """Columns of a table, such as `image=file,label=species,fold=k`; by default recognized. Also
-    `separator`, what separates several labels of an image: `;`, `comma`, ..., or `none`."""
+    `separator`, the sign between several labels of an image, such as `comma`, or `none`."""
     fold: int | str = ""
     """The fold for validation of a table with a column of folds; by default the first one."""
     shard_cache: str = "~/.cache/convnext/shards"
