@@ -215,6 +215,7 @@ SHORT = {
     "rand_augment": "augment.rand_augment",
     "label_smoothing": "loss.label_smoothing",
     "thresholds": "loss.thresholds",
+    "balance": "loss.balance",
     "ema_decay": "ema.decay",
     "workers": "loader.workers",
     "val_share": "loader.val_share",
@@ -232,6 +233,7 @@ SHORT = {
     "devices": "run.devices",
     "precision": "run.precision",
     "eval_every": "run.eval_every",
+    "primary": "run.primary",
     "patience": "run.patience",
     "seed": "run.seed",
     "deterministic": "run.deterministic",
@@ -242,7 +244,7 @@ ONLY_IN_FULL_HELP = {
     *("allow_outside", "thresholds"),
 }
 """Short names for unusual data; `data --help` shows them, `train --help-all` too."""
-ONLY_IN_HELP_OF_TRAIN = {"freeze", "unfreeze_at"}
+ONLY_IN_HELP_OF_TRAIN = {"freeze", "unfreeze_at", "balance", "primary"}
 """Short names that the help of studies shows only with --help-all."""
 
 
@@ -280,6 +282,7 @@ class Settings(TypedDict, total=False):
     rand_augment: str
     label_smoothing: float | Auto
     thresholds: str
+    balance: Literal["auto", "none", "sampler", "loss", "logit"]
     ema_decay: float | Auto
     workers: int | Auto
     val_share: float
@@ -297,6 +300,7 @@ class Settings(TypedDict, total=False):
     devices: int | Auto
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     eval_every: int | Auto
+    primary: Literal["auto", "top1", "balanced_accuracy", "macro_f1", "map"]
     patience: int
     seed: int
     deterministic: bool

@@ -79,8 +79,8 @@ class StepBatches(Sampler[list[Draw]]):
             raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
         if sampling == "balanced" and shard_sizes is not None:
             raise ValueError(
-                "balanced sampling would fetch a remote shard for every few images of it: set "
-                "--loader.sampling uniform, or copy the shards to a local folder"
+                "balanced sampling would fetch a remote shard for every few images of it: use "
+                "--balance logit or loss instead, or copy the shards to a local folder"
             )
         if shard_sizes is not None and sum(shard_sizes) != len(labels):
             raise ValueError(f"shards of {sum(shard_sizes):,} images, but {len(labels):,} labels")

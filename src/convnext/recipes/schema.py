@@ -152,10 +152,10 @@ class OptimRecipe(Generic[A]):
     clip_grad: float | A = field(default=AUTO, metadata=bounds(0))
     """Maximum gradient norm; 0 for no clipping."""
     freeze: str = "none"
-    """Keep pretrained weights and the statistics of their norms: `backbone` (all but the head),
-    `stages:2` (the stem and two stages), or `none`."""
+    """Keep pretrained weights and norms: `backbone` (all but the head), `stages:2` (stem and two
+    stages), or `none`."""
     unfreeze_at: float = field(default=0.0, metadata=bounds(0))
-    """Epoch from which frozen parts train too; 0 keeps them frozen."""
+    """Epoch from which frozen parts train too; 0 for never."""
 
 
 @dataclass(frozen=True, kw_only=True)

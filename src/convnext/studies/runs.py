@@ -29,7 +29,7 @@ from convnext.atomic import write_text
 from convnext.data.threads import main_script_runs_once
 from convnext.hardware.system import StopSignals
 from convnext.progress import safe_console
-from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
+from convnext.recipes.recipe import Recipe, read_recipe, recipe_from_dict, to_dict
 from convnext.studies.compare import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.studies.plan import Entry, Study
 from convnext.tasks import task_class
@@ -331,7 +331,7 @@ def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
     rows = read_metrics(folder / "metrics.jsonl")
     measured = [r for r in rows if r["kind"] == "val" and r.get("weights") == "model"]
     last = measured[-1]
-    primary = next(name for name in task.metrics() if name in last)
+    primary, _ = task.metric_of(to_dict(read_recipe(folder / "recipe.yaml")))
     kept = (primary, "top5", *task.others, "loss", "epoch", "step", "images", "seconds")
     scores = {name: last[name] for name in kept if name in last}
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))

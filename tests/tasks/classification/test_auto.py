@@ -252,8 +252,61 @@ def test_imbalance_is_named() -> None:
     facts = replace(PHOTOS, class_counts=(1400, 60))
     recipe, _, _ = resolved(facts)
     assert any(
-        "--loader.sampling balanced" in warning
+        "--primary balanced_accuracy" in warning
         for warning in ClassificationTask.warnings(recipe, facts)
     )
     recipe, _, _ = resolved(facts, loader__sampling="balanced")
     assert ClassificationTask.warnings(recipe, facts) == ()
+    assert recipe.loss.balance == "sampler"
+
+
+@pytest.mark.parametrize(
+    ("primary", "counts", "balance", "reason"),
+    [
+        (
+            "top1",
+            (1400, 60),
+            "none",
+            "also of large classes; the largest class has 2",
+        ),
+        ("top1", (750, 750), "none", "top-1 counts every image"),
+        (
+            "balanced_accuracy",
+            (1400, 60),
+            "logit",
+            "classes equally; the largest class has 2",
+        ),
+        ("macro_f1", (800, 700), "none", "about equally many images"),
+    ],
+)
+def test_auto_balances_for_metrics_of_classes(
+    primary: str, counts: tuple[int, ...], balance: str, reason: str
+) -> None:
+    facts = replace(PHOTOS, class_counts=counts)
+    _, settings, choices = resolved(facts, run__primary=primary)
+    assert settings["loss.balance"] == balance
+    assert any(c.setting == "loss.balance" and reason in c.reason for c in choices)
+    _, settings, _ = resolved(facts, run__primary=primary, loss__balance="loss")
+    assert settings["loss.balance"] == "loss"
+
+
+def test_classes_are_not_balanced_twice() -> None:
+    with pytest.raises(ValueError, match=r"is loss.balance sampler, .* leave one of them out"):
+        resolved(PHOTOS, loader__sampling="balanced", loss__balance="logit")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("multi", {"run__primary": "top1"}, "have several labels: use one of map, macro_f1"),
+        ("single", {"run__primary": "map"}, "have one label each: use one of top1, balanced"),
+        ("multi", {"loss__balance": "logit"}, "weigh rare labels with --loss.pos_weight"),
+    ],
+)
+def test_metrics_and_balance_fit_the_labels(
+    kind: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolved(replace(PHOTOS, kind=kind), **changes)
+    _, settings, _ = resolved(replace(PHOTOS, kind="multi"), run__primary="macro_f1")
+    assert (settings["run.primary"], settings["loss.balance"]) == ("macro_f1", "none")

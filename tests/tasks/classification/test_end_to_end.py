@@ -28,7 +28,7 @@ from convnext.cli import main
 from convnext.data.tensors import to_batch
 from convnext.hardware import peak_rates
 from convnext.recipes import resolve as resolving
-from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe, to_dict
 from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.predict import infer
@@ -201,6 +201,21 @@ def test_evaluate_from_the_command_line(
     assert np.sum(shown["confusion"]) == shown["num_images"] == 21
     assert main([*argv, "--data", "digits"]) == 2
     assert "does not know 10 of the data's 10 classes" in capsys.readouterr().err
+
+
+def test_the_primary_metric_selects_the_best_weights(photos: Path, tmp_path: Path) -> None:
+    changes = {"run__primary": "balanced_accuracy", "loss__balance": "sampler"}
+    found = train(
+        recipe(photos, **changes), output=tmp_path, console=QUIET, write_report=write_report
+    )
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "val"]
+    best = max(row["balanced_accuracy"] for row in rows)
+    assert found.best["balanced_accuracy"] == best
+    assert {"top1", "macro_f1"} <= found.best.keys()
+    assert "balanced accuracy" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    task = convnext.tasks.classification.task.ClassificationTask
+    assert task.metric_of(to_dict(read_recipe(tmp_path / "recipe.yaml")))[0] == "balanced_accuracy"
+    assert task.metric_of({})[0] == "top1"
 
 
 def test_views_of_an_image_are_averaged(

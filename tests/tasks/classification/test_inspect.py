@@ -37,7 +37,7 @@ def test_a_sound_data_set_has_no_problems(root):
     assert report.imbalance == 3.33
     assert report.num_bytes == sum(path.stat().st_size for path in root.rglob("*.png"))
     assert "class dog has 12 training images, class cat has 40" in report.suggestions[0]
-    assert "--loader.sampling balanced" in report.suggestions[0]
+    assert "--balance logit" in report.suggestions[0]
 
 
 def test_unreadable_images_come_first_with_five_examples(root):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
 from convnext.results import Conditions
 from convnext.tasks.classification.evaluate import ClassificationEvaluation, Variant
@@ -52,6 +59,22 @@ def test_against_scikit_learn() -> None:
         )
     assert result.per_class[-1].support == 0
     assert result.per_class[-1].recall == 0.0
+    # The last class has no image but is predicted: it has no recall, and an F1 of 0.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+        balanced = balanced_accuracy_score(labels, predictions)
+    assert result.balanced_accuracy == pytest.approx(100 * balanced)
+    assert result.macro_f1 == pytest.approx(100 * f1_score(labels, predictions, average="macro"))
+
+
+def test_macro_scores_leave_out_what_is_neither_there_nor_predicted() -> None:
+    metric = Metric(("a", "b", "c"))
+    logits = torch.tensor([[1.0, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
+    metric.update(logits, torch.tensor([0, 0, 0, 1]), torch.arange(4))
+    result = metric.compute()
+    assert (result.top1, result.balanced_accuracy) == (75.0, 50.0)
+    assert result.macro_f1 == pytest.approx(100 * (6 / 7 + 0) / 2)
+    assert result.scores()["macro_f1"] == result.macro_f1
 
 
 def test_batches_do_not_matter() -> None:

@@ -35,6 +35,51 @@ ASYMMETRIC = {"gamma": 4.0, "margin": 0.05}
 # Rare labels have at most this weight.
 POS_WEIGHT = 10.0
 
+# Cui et al. 2019: the effective number of images of a class is below 1 / (1 - BETA).
+BETA = 0.999
+
+
+class Balance:
+    """What `loss.balance` changes in the cross-entropy.
+
+    Args:
+        kind: `loss` for weights by the effective number of images of a class (Cui et al. 2019),
+            `logit` for logits adjusted by the log of its frequency (Menon et al. 2021); others
+            change nothing.
+        counts: Training images of each class.
+        device: The device of the logits.
+    """
+
+    def __init__(
+        self, kind: str = "none", counts: Sequence[int] = (), device: torch.device | str = "cpu"
+    ) -> None:
+        self.weights = effective_weights(counts).to(device) if kind == "loss" else None
+        self.offsets = log_frequencies(counts).to(device) if kind == "logit" else None
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of logits and target distributions, both (N, num_classes)."""
+        if self.offsets is not None:
+            logits = logits + self.offsets
+        return F.cross_entropy(logits, targets, weight=self.weights)
+
+
+def effective_weights(counts: Sequence[int]) -> Tensor:
+    """Return a weight per class: the inverse effective number of its images.
+
+    Their mean over the training images is 1, so that the loss keeps its scale. A class without
+    images has the largest weight of the others.
+    """
+    number = torch.tensor(counts, dtype=torch.float64)
+    weights = (1 - BETA) / (1 - BETA**number)
+    weights[number == 0] = weights[number > 0].max()
+    return (weights * number.sum() / (weights * number).sum()).float()
+
+
+def log_frequencies(counts: Sequence[int]) -> Tensor:
+    """Return the log of the share of each class in training; a missing class counts one image."""
+    number = torch.tensor(counts, dtype=torch.float64).clamp_min(1)
+    return (number / number.sum()).log().float()
+
 
 class Losses:
     """The named losses of a recipe, computed in fp32.
@@ -59,6 +104,7 @@ class Losses:
             device: The device of the logits.
         """
         self.name = recipe.name
+        self.balance = Balance(recipe.balance, counts, device)
         if self.name == "bce":
             with_label = torch.tensor(counts, dtype=torch.float32)
             weights = (num_images - with_label) / with_label.clamp_min(1)
@@ -77,7 +123,7 @@ class Losses:
         """Return the losses of images (N, C, H, W) and targets (N, num_classes)."""
         logits = model(images).float()
         if self.name == "cross_entropy":
-            loss = F.cross_entropy(logits, targets)
+            loss = self.balance.cross_entropy(logits, targets)
         elif self.name == "bce":
             loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.pos_weight)
         elif self.name == "focal":

@@ -110,10 +110,10 @@ class ClassificationEvaluation(EvaluationResult):
         return {"last": [asdict(variant) for variant in self.last]}
 
     def scores(self) -> Scores:
-        """Return top-1 and top-5 in percent, the loss, and the scores per class in [0, 1]."""
+        """Return the scores in percent, the loss, and the scores per class in [0, 1]."""
         e = self.evaluation
         return Scores(
-            scores={"top1": e.top1, "top5": e.top5, "loss": e.loss},
+            scores=e.scores(),
             per_class={
                 c.name: {"precision": c.precision, "recall": c.recall, "f1": c.f1}
                 for c in e.per_class
@@ -140,6 +140,10 @@ class ClassificationEvaluation(EvaluationResult):
         console.print(
             f"[bold]top-1 {e.top1:.2f} %[/]{self._more(e)}  on {escape(self.data)}: "
             f"{self.conditions}"
+        )
+        console.print(
+            f"balanced accuracy {e.balanced_accuracy:.2f} %, macro F1 {e.macro_f1:.2f} %: every "
+            "class counts equally"
         )
         said = [(v, f"top-1 {v.top1:.2f} %{self._more(v)}") for v in self.last]
         _print_variants(self, said, console)

@@ -49,6 +49,10 @@ class Evaluation:
     top1: float
     top5: float
     loss: float
+    balanced_accuracy: float
+    """The mean recall of the classes that have images, in percent."""
+    macro_f1: float
+    """The mean F1 of the classes that have images or are predicted, in percent."""
     num_images: int
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -63,7 +67,8 @@ class Evaluation:
 
     def scores(self) -> dict[str, float]:
         """Return the scores of all images by name."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        names = ("top1", "top5", "loss", "balanced_accuracy", "macro_f1")
+        return {name: getattr(self, name) for name in names}
 
 
 class Logits:
@@ -130,6 +135,7 @@ class Metric(Logits):
             top1=100 * float((predictions == labels).double().mean()),
             top5=100 * float(within_top5.double().mean()),
             loss=float(F.cross_entropy(logits, targets)),
+            **macro_scores(labels, predictions, num_classes),
             num_images=len(labels),
             classes=self.classes,
             confusion=tuple(map(tuple, confusion.tolist())),
@@ -144,6 +150,25 @@ class Metric(Logits):
                 for i in wrong.tolist()
             ),
         )
+
+
+def macro_scores(labels: Tensor, predictions: Tensor, num_classes: int) -> dict[str, float]:
+    """Return the balanced accuracy and the macro F1 in percent, which count classes equally.
+
+    Args:
+        labels: (N,)
+        predictions: (N,)
+        num_classes: The number of classes.
+    """
+    hits, support, predicted = (
+        torch.bincount(which, minlength=num_classes).double()
+        for which in (labels[labels == predictions], labels, predictions)
+    )
+    both = support + predicted
+    return {
+        "balanced_accuracy": 100 * float((hits / support)[support > 0].mean()),
+        "macro_f1": 100 * float((2 * hits / both)[both > 0].mean()),
+    }
 
 
 def class_scores(

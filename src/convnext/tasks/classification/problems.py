@@ -136,7 +136,7 @@ def find_suggestions(data: ClassificationData, inspected: Sequence[Inspected]) -
     if most >= 3 * fewest and data.kind == "single":
         lines.append(
             f"class {data.classes[smallest]} has {fewest:,} training images, class "
-            f"{data.classes[largest]} has {most:,}: consider --loader.sampling balanced"
+            f"{data.classes[largest]} has {most:,}: consider --balance logit"
         )
     good = [item for item in inspected if not item.reason]
     side = statistics.median(min(item.width, item.height) for item in good) if good else 0

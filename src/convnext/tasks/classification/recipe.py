@@ -15,6 +15,7 @@ from convnext.recipes.schema import (
     LoaderRecipe,
     NetworkRecipe,
     Recipe,
+    RunRecipe,
     ScheduleRecipe,
     bounds,
 )
@@ -77,6 +78,8 @@ class LossRecipe(Generic[A]):
     cross-entropy of each class, `focal` or `asymmetric`."""
     label_smoothing: float | A = field(default=AUTO, metadata=bounds(0, 1))
     """Label smoothing of the cross-entropy; 0 turns it off."""
+    balance: Literal["none", "sampler", "loss", "logit"] | A = AUTO
+    """Sampling or loss that helps rare classes."""
     pos_weight: float | Auto = field(default=AUTO, metadata=bounds(1))
     """For `bce`, the largest weight of images with a label: the weight of a class is the number of
     images without it for each image with it; 1 for no weights."""
@@ -106,11 +109,19 @@ class ClassificationSchedule(ScheduleRecipe[A]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassificationRun(RunRecipe[A]):
+    """Device, precision, seed, evaluation and logging."""
+
+    primary: Literal["top1", "balanced_accuracy", "macro_f1", "map"] | A = AUTO
+    """Metric that selects the best weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassificationLoader(LoaderRecipe[A]):
     """Data loading, from disk or from remote shards."""
 
     sampling: Literal["uniform", "balanced"] = "uniform"
-    """`balanced` draws every class equally often."""
+    """`balanced` draws every class equally often, as `loss.balance sampler` does."""
     layout: Literal["", "class_folders", "file_names"] = ""
     """`class_folders` accepts any folder names as classes, such as `images` or `test`;
     `file_names` takes the classes from names such as cat_1.jpg."""
@@ -142,6 +153,7 @@ class ClassificationRecipe(Recipe[A]):
     loss: LossRecipe[A] = field(default_factory=LossRecipe)
     schedule: ClassificationSchedule[A] = field(default_factory=ClassificationSchedule)
     loader: ClassificationLoader[A] = field(default_factory=ClassificationLoader)
+    run: ClassificationRun[A] = field(default_factory=ClassificationRun)
 
 
 NUM_INT8_IMAGES = 500

@@ -27,6 +27,9 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [("top-1", f"{evaluation['top1']:.2f}\u00a0%")]
     if len(evaluation["classes"]) > 5:
         found.append(("top-5", f"{evaluation['top5']:.2f}\u00a0%"))
+    for name, label in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro F1")):
+        if name in evaluation:  # Not in evaluations of 0.1.0.
+            found.append((label, f"{evaluation[name]:.2f}\u00a0%"))
     return found
 
 

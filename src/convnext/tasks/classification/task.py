@@ -68,7 +68,12 @@ class ClassificationTask(Task):
     name = "classify"
     primary = "top1"
     primary_label = "top-1"
-    primaries: ClassVar[Mapping[str, str]] = {"top1": "top-1", "map": "mAP"}
+    primaries: ClassVar[Mapping[str, str]] = {
+        "top1": "top-1",
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro F1",
+        "map": "mAP",
+    }
     large = 300_000
 
     recipe: ClassificationRecipe[Never]
@@ -82,7 +87,8 @@ class ClassificationTask(Task):
     def set_up(self) -> None:
         """Set the preprocessing, the data sets and the sampler."""
         recipe, data, ranks = self.recipe, self.data, self.ranks
-        self.primary, self.primary_label = metric_of_loss(recipe.loss.name)
+        self.primary = recipe.run.primary
+        self.primary_label = self.primaries[self.primary]
         self._thresholds: tuple[float, ...] = ()
         self._losses = Losses(
             recipe.loss, self.known.class_counts, self.known.num_train, self.device
@@ -107,7 +113,7 @@ class ClassificationTask(Task):
             data.train.labels,
             recipe.optim.batch_size,
             seed=recipe.run.seed,
-            sampling=recipe.loader.sampling,
+            sampling="balanced" if recipe.loss.balance == "sampler" else "uniform",
             shard_sizes=data.train.shard_sizes,
             rank=ranks.rank,
             num_ranks=ranks.count,
@@ -142,14 +148,19 @@ class ClassificationTask(Task):
     @classmethod
     def metric_of(cls, recipe: Mapping[str, Any]) -> tuple[str, str]:
         """Return the primary metric of a run by its saved recipe, and its label."""
-        loss = recipe.get("loss")
-        return metric_of_loss(loss.get("name") if isinstance(loss, Mapping) else None)
+        run, loss = recipe.get("run"), recipe.get("loss")
+        asked = run.get("primary") if isinstance(run, Mapping) else None
+        several = isinstance(loss, Mapping) and loss.get("name") in SEVERAL_LABELS
+        usual = "map" if several else cls.primary
+        name = next((name for name in cls.primaries if name == asked), usual)
+        return name, cls.primaries[name]
 
     @staticmethod
     def choose(c: Resolver, facts: DataFacts) -> None:
         """Choose a value for every setting that is `auto`."""
         c.choose_model()
         _choose_loss(c, facts)
+        _choose_balance(c, facts)
         _choose_input(c, facts)
         _choose_network(c)
         _choose_batch(c, facts.num_train)
@@ -192,10 +203,10 @@ class ClassificationTask(Task):
         found += warn_of_warmup(r, facts.num_train)
         imbalance = max(facts.class_counts) / max(min(facts.class_counts), 1)
         one_label = facts.kind == "single"
-        if imbalance > 20 and r["loader.sampling"] == "uniform" and one_label:
+        if imbalance > 20 and r["loss.balance"] == "none" and one_label:
             found.append(
                 f"the largest class has {imbalance:.0f} times the images of the smallest. "
-                "Consider --loader.sampling balanced"
+                "Consider --primary balanced_accuracy, or one of --balance logit, loss and sampler"
             )
         colors = [
             name
@@ -340,12 +351,6 @@ class ClassificationTask(Task):
         return f"convnext evaluate {run}", f"convnext predict {run} {quote(image)}"
 
 
-def metric_of_loss(name: str | None) -> tuple[str, str]:
-    """Return the primary metric of the networks of a loss, and its label."""
-    key = "map" if name in SEVERAL_LABELS else "top1"
-    return key, ClassificationTask.primaries[key]
-
-
 # End of each phase and its image size, as fractions of the run and of the full size.
 PROGRESSIVE = ((0.4, 1 / 2), (0.8, 2 / 3), (1.0, 1.0))
 # The last stage of a network has at least this many positions per side in every phase: on a map of
@@ -377,6 +382,52 @@ def progressive_sizes(
             found.append((start, stop, size))
         start = stop
     return tuple(found)
+
+
+# From this ratio of the largest to the smallest class on, `auto` balances for a metric that counts
+# classes equally.
+UNEQUAL = 1.5
+
+
+def _choose_balance(c: Resolver, facts: DataFacts) -> None:
+    """Choose the primary metric, and how the loss or the sampler balances the classes.
+
+    Raises:
+        ValueError: If two settings contradict each other.
+    """
+    multi = facts.kind == "multi"
+    primary = c.choose("run.primary", "map" if multi else "top1", "the usual metric of such labels")
+    known = ("map", "macro_f1") if multi else ("top1", "balanced_accuracy", "macro_f1")
+    if primary not in known:
+        labels = "several labels" if multi else "one label each"
+        raise ValueError(
+            f"run.primary is {primary}, but the images have {labels}: use one of {', '.join(known)}"
+        )
+    balance = c["loss.balance"]
+    if multi:
+        if balance not in ("auto", "none"):
+            raise ValueError(
+                f"loss.balance is {balance}, but the images have several labels: leave it out, and "
+                "weigh rare labels with --loss.pos_weight"
+            )
+        c.choose("loss.balance", "none", "not for several labels")
+        return
+    if c["loader.sampling"] == "balanced":
+        if balance not in ("auto", "sampler"):
+            raise ValueError(
+                f"loader.sampling is balanced, which is loss.balance sampler, but loss.balance is "
+                f"{balance}: leave one of them out"
+            )
+        c.choose("loss.balance", "sampler", "loader.sampling is balanced")
+    counts = [count for count in facts.class_counts if count]
+    ratio = max(counts) / min(counts)
+    sizes = f"the largest class has {ratio:.3g} times the images of the smallest"
+    if primary == "top1":
+        reason = "top-1 counts every image, also of large classes"
+        c.choose("loss.balance", "none", f"{reason}; {sizes}" if ratio > UNEQUAL else reason)
+    elif ratio > UNEQUAL:
+        c.choose("loss.balance", "logit", f"{primary} counts classes equally; {sizes}")
+    c.choose("loss.balance", "none", "the classes have about equally many images")
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
