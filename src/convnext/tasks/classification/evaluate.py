@@ -79,6 +79,8 @@ class Variant:
     top1: float
     top5: float
     loss: float
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
