@@ -65,7 +65,9 @@ def test_the_greedy_average_takes_what_helps(
             return {"top1": next(given)}
 
     class Task:
-        primary, primary_label = "top1", "top-1"
+        @staticmethod
+        def metric_of(_: Any) -> tuple[str, str]:
+            return "top1", "top-1"
 
         @staticmethod
         def evaluate(*_: Any) -> Result:

@@ -116,7 +116,7 @@ def average(
         _check_held(sources)
     card = cards[sources[0]]
     task = task_class(card.task or DEFAULT)
-    metric, label = task.primary, task.primary_label
+    metric, label = task.metric_of(card.recipe)
     settings = EvaluationSettings(data=data, device=device, console=console)
 
     def scores_of(source: str | Opened) -> dict[str, float]:
