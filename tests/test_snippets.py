@@ -32,6 +32,7 @@ from snippets import REASONS, ROOT, Command, Snippet, pages, snippets
 import convnext
 from convnext.cli import main
 from convnext.cli.arguments import call_of
+from convnext.data.downloads import HubName
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.plan import Study
 
@@ -200,7 +201,7 @@ def photos(root: Path) -> None:
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub cache with random weights of ConvNeXt-T under the authors' names."""
+    """A hub cache with random weights of ConvNeXt-T under the authors' names, and data sets."""
     cache = tmp_path_factory.mktemp("hub")
     torch.manual_seed(0)
     tensors = convnext.export_weights(convnext.create_model("convnext_tiny"), "timm")
@@ -214,6 +215,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.link(blob, file)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(commit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache / "cache"))
+        for name in ("hf:owner/name", "hf:owner/name/config", "hf:owner/name@v1.0"):
+            photos(HubName.parse(name).folder())  # As if they were fetched before.
     return cache
 
 
@@ -232,6 +237,7 @@ def small(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(hub))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(hub / "cache"))
     monkeypatch.chdir(workspace.folder)
     for module, name in (
         (convnext.api.training, "prepare"),

@@ -178,7 +178,7 @@ def test_the_table_of_groups() -> None:
     assert row["lr"] == pytest.approx(0.9**3 * 1e-4)
     table = group_table(model, recipe)
     assert table.row_count == 16
-    assert list(table.columns[3].cells)[9] == "3.595 M"
+    assert list(table.columns[3].cells)[9] == "3.595"
     by_stage = group_rows(model, replace(recipe, layer_decay_by="stage"))
     assert by_stage[0]["holds"] == "stem.conv to stem.norm, downsample.1 to downsample.3"
 

@@ -285,23 +285,24 @@ def group_table(
     """Return `group_rows` as a table for the terminal."""
     from rich.table import Table
 
+    rows = group_rows(model, recipe, frozen)
+    scales = any(row["lr_scale"] != 1 for row in rows)
     table = Table(box=None, header_style="bold")
     table.add_column("group", no_wrap=True)
     table.add_column("holds", overflow="fold")
-    for heading in ("tensors", "params", "lr scale", "peak lr", "weight decay"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if frozen:
-        table.add_column("frozen", no_wrap=True)
-    for row in group_rows(model, recipe, frozen):
+    headings = ("tensors", "params (M)", *(["lr scale"] if scales else []), "peak lr")
+    for heading in (*headings, "weight decay"):
+        table.add_column(heading, justify="right")
+    for row in rows:
         table.add_row(
-            row["name"].removesuffix(FROZEN),
+            row["name"].removesuffix(FROZEN)
+            + (f"\nfrozen {row['frozen']}" if row["frozen"] else ""),
             row["holds"],
             f"{row['tensors']:,}",
-            f"{row['params'] / 1e6:.3f} M",
-            f"{row['lr_scale']:.4f}",
+            f"{row['params'] / 1e6:.3f}",
+            *([f"{row['lr_scale']:.4f}"] if scales else []),
             f"{row['lr']:.3g}",
             f"{row['weight_decay']:g}",
-            *([row["frozen"] or "no"] if frozen else []),
         )
     return table
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from scipy.ndimage import gaussian_filter1d  # type: ignore[import-untyped]
 
 from convnext.hardware.devices import pick_device
 from convnext.hardware.peak_rates import pick_training_precision
@@ -190,6 +189,9 @@ def _batches(task: Task, micro_batch_size: int) -> Iterator[Sequence[Any]]:
 
 def smooth(losses: Sequence[float], num_steps: int) -> tuple[float, ...]:
     """Return losses without their noise, by a Gaussian window in steps."""
+    # Importing scipy changes the warning filters.
+    from scipy.ndimage import gaussian_filter1d  # type: ignore[import-untyped]
+
     width = max(1.0, SMOOTHING * num_steps)
     values = gaussian_filter1d(np.asarray(losses, np.float64), width, mode="nearest")
     return tuple(values.tolist())
