@@ -209,12 +209,15 @@ def collect(
     results = []
     task = task_class(plan.recipe.task)
     by_name = {entry.name: entry for entry in plan.entries}
+    folders = (plan.run_folder(root, e, seed) for e in plan.entries for seed in plan.seeds)
+    # It may depend on the data; those that have not ended yet will have the same one.
+    measured = (found["metric"] for found in map(outcome, folders) if "metric" in found)
+    metric = next(measured, task.primary)
     for entry in plan.entries:
         own = by_name.get(entry.own_name, entry)
         speed = speeds.get(own.name)
         for seed in plan.seeds:
             found = outcome(plan.run_folder(root, entry, seed))
-            metric = found.get("metric", task.primary)
             epochs = found.get("epoch")
             results.append(
                 Result(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convnext.data.doctor import open_and_scan
 from convnext.data.formats.tables import TableColumns, find_table, rows_of
@@ -261,3 +263,31 @@ def test_a_missing_value_in_a_list_of_labels_is_refused(missing: object) -> None
 
 def test_labels_of_an_iterator_are_kept() -> None:
     assert rows_of([("a.png", iter(["cat", "dog"]))]).rows[0][1] == '["cat", "dog"]'
+
+
+@pytest.mark.parametrize("how", ["names", "numbers", "sign"])
+def test_parquet_with_images_and_several_labels(tmp_path: Path, how: str) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    classes = ["bird", "cat", "dog"]
+    lists = [[t for t in tag.split("|") if t] for tag in TAGS]
+    column: Any = {
+        "names": lists,
+        "numbers": [[classes.index(name) for name in own] for own in lists],
+        "sign": ["|".join(own) or None for own in lists],
+    }[how]
+    images = []
+    for i in range(len(TAGS)):
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8), 10 * i).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": f"{i:03d}.png"})
+    rows = pa.table({"image": images, "labels": column})
+    if how == "numbers":
+        label = {"feature": {"names": classes, "_type": "ClassLabel"}, "_type": "Sequence"}
+        features = {"info": {"features": {"image": {"_type": "Image"}, "labels": label}}}
+        rows = rows.replace_schema_metadata({b"huggingface": json.dumps(features).encode()})
+    pq.write_table(rows, tmp_path / "all.parquet")
+    data = opened(tmp_path, val_share=0.3)
+    assert (data.kind, data.classes) == ("multi", ("bird", "cat", "dog"))
+    # A missing value of text is an image that is not labeled, which is left out.
+    rest = {name: own for name, own in expected().items() if own or how != "sign"}
+    assert {key.rpartition("!")[2]: own for key, own in sets_of(data).items()} == rest

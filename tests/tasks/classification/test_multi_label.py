@@ -19,6 +19,7 @@ from convnext.api.evaluation import evaluate_robustness
 from convnext.api.training import learning_rates
 from convnext.data.contents import held_names
 from convnext.data.preprocessing import Preprocessing
+from convnext.studies.compare import read_results
 from convnext.tasks.classification.augment import BatchAugment, Losses
 from convnext.tasks.classification.metric import (
     MultiLabelMetric,
@@ -409,3 +410,21 @@ def test_what_measures_top_1_is_refused(run: convnext.Run) -> None:
         ValueError, match=r"predicts several labels .* these benchmarks measure top-1"
     ):
         evaluate_robustness(run.folder, progress=False)
+
+
+@pytest.mark.slow
+def test_studies_and_several_processes_measure_map(run: convnext.Run, tmp_path: Path) -> None:
+    options = {k: v for k, v in SMALL.items() if k not in ("model", "network")}
+    names = ["a=convnext_atto:depths=[1,1,1,1],dims=[8,16,24,32]", "timm/resnet18"]
+    study = convnext.compare(
+        names, data=run.data, epochs=1, speed=False, output=tmp_path / "study", **options
+    )
+    assert [(r.metric, r.state) for r in study.results] == [("map", "finished")] * 2
+    assert [r.score for r in read_results(study.folder / "results.csv")] == [
+        r.score for r in study.results
+    ]
+    whole, parts = (
+        convnext.train(data=run.data, output=tmp_path / f"of{n}", epochs=1, devices=n, **SMALL)
+        for n in (1, 2)
+    )
+    assert parts.best["map"] == pytest.approx(whole.best["map"], abs=0.5)

@@ -34,7 +34,13 @@ from convnext.data.formats.paths import (
     split_of_path,
 )
 from convnext.data.formats.records import Split
-from convnext.data.formats.tables import TableColumns, check_once, parts_of_rows
+from convnext.data.formats.tables import (
+    TableColumns,
+    check_once,
+    label_cells,
+    listed_labels,
+    parts_of_rows,
+)
 from convnext.data.formats.text_lists import LABELS
 from convnext.data.images import (
     BadImage,
@@ -45,7 +51,7 @@ from convnext.data.images import (
     read_header,
     walk_files,
 )
-from convnext.data.samples import FileSamples, FolderSamples, ImageListing, Samples
+from convnext.data.samples import FileSamples, FolderSamples, ImageListing, LabelKind, Samples
 from convnext.documents import is_special, read_json
 from convnext.names import install_extra
 
@@ -443,23 +449,46 @@ def _features(schema: Any) -> dict[str, Any]:
 
 
 def class_names(schema: Any, column: str) -> tuple[str, ...]:
-    """Return the names of the classes in a column of numbers; () if the schema has none."""
+    """Return the names of the classes in a column of numbers; () if the schema has none.
+
+    The column may have a list of them in each row.
+    """
     feature = _features(schema).get(column)
+    if _has_label_lists(schema, column):
+        feature = feature[0] if isinstance(feature, list) and feature else feature
+        feature = feature.get("feature") if isinstance(feature, dict) else None
     names = feature.get("names") if isinstance(feature, dict) else None
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if names and is_list else ()
 
 
+def _has_label_lists(schema: Any, column: str) -> bool:
+    """Whether each row of a column has a list of names, or of the numbers of named classes."""
+    types, kind = library("pyarrow.types"), schema.field(column).type
+    if not (types.is_list(kind) or types.is_large_list(kind)):
+        return False
+    if types.is_string(kind.value_type) or types.is_large_string(kind.value_type):
+        return True
+    feature = _features(schema).get(column)
+    is_sequence = isinstance(feature, dict) and "names" in str(feature.get("feature"))
+    return types.is_integer(kind.value_type) and is_sequence
+
+
 def table_rows(path: Path) -> list[list[str]]:
     """Return the header and the rows of a file without images, as texts.
 
-    Numbers of classes are replaced by their names, and lists and structs are left out.
+    Numbers of classes are replaced by their names, lists of labels are texts in JSON, and other
+    lists and structs are left out.
 
     Raises:
         ValueError: If it cannot be read.
     """
     file, types = _open(path), library("pyarrow.types")
-    plain = [c.name for c in file.schema if not types.is_nested(c.type)]
+    plain = [
+        c.name
+        for c in file.schema
+        if not types.is_nested(c.type) or _has_label_lists(file.schema, c.name)
+    ]
     columns = [_texts(file, name) for name in plain]
     return [plain, *(list(row) for row in zip(*columns, strict=True))]
 
@@ -467,17 +496,32 @@ def table_rows(path: Path) -> list[list[str]]:
 def _texts(file: _File, column: str) -> list[str]:
     """Return the values of a column as texts, "" where there is none, and the names of classes.
 
+    Lists of labels become texts in JSON.
+
     Raises:
-        ValueError: If it has several values in a row, or others than the numbers of the classes.
+        ValueError: If it has several other values in a row, or others than the numbers of the
+            classes.
     """
+    if _has_label_lists(file.schema, column):
+        rows = file.column(column).to_pylist()
+        return ["" if row is None else json.dumps(_named(file, column, row)) for row in rows]
     if library("pyarrow.types").is_nested(file.schema.field(column).type):
         raise ValueError(
             f"{file.path}: the column {column!r} has several values in a row, not one; --columns "
             "names others"
         )
-    names = class_names(file.schema, column)
     # A float that is not a number is how pandas and numpy say that there is none.
     values = [None if v != v else v for v in file.column(column).to_pylist()]
+    return _named(file, column, values)
+
+
+def _named(file: _File, column: str, values: Sequence[Any]) -> list[str]:
+    """Return values as texts, "" where there is none, and the names of classes.
+
+    Raises:
+        ValueError: If a value is not the number of a class.
+    """
+    names = class_names(file.schema, column)
     if not names:
         return ["" if v is None else str(int(v)) if _is_whole(v) else str(v) for v in values]
     found = []
@@ -547,13 +591,22 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
     )
     column = f"the column {splits!r}" if splits else ""
     split_from = split_from or ("the names of the files or folders" if any(stated) else column)
-    classes = names or tuple(sorted(set(rows.labels)))
-    label_of = {name: number for number, name in enumerate(classes)}
-    labels = [label_of[name] for name in rows.labels]
+    lists = _has_label_lists(files[0].schema, label)
+    where = f"{root}, column {label!r}"
+    several = label_cells(rows.labels, given.separator, where) if lists or not names else None
+    kind: LabelKind = "single" if several is None else several.kind
+    values = [{name: 1.0} for name in rows.labels] if several is None else several.rows
+    classes, labels, targets = listed_labels(kind, values, names)
     shown, keys = _names(rows, files)
     places = np.array(rows.places, np.int64).reshape(-1, 2)
 
     def take(which: Sequence[int]) -> Samples:
+        found = some(which)
+        found.kind = kind
+        found.targets = None if targets is None else targets[np.asarray(which, np.int64)]
+        return found
+
+    def some(which: Sequence[int]) -> Samples:
         beside = {i: rows.beside[k] for i, k in enumerate(which) if k in rows.beside}
         if len(beside) == len(which) and beside:
             return FolderSamples(base, [*beside.values()], [labels[k] for k in which])
@@ -567,6 +620,9 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
         )
 
     note = f"images by the column {image!r}, labels by the column {label!r}"
+    note += f", {several.said}" if several is not None else ""
+    negative = sum(not row for row in values)
+    negatives = f"images without any label, negatives of every class: {negative:,}"
     return ImageListing(
         root=root,
         classes=classes,
@@ -579,9 +635,14 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
         f"{'file' if len(files) == 1 else 'files'}",
         split=split_from,
         groups=rows.groups if grouped else (),
-        notes=(note + (", whose names are in the schema" if names else ""),),
+        notes=(
+            note + (", whose names are in the schema" if names else ""),
+            *([negatives] if negative else []),
+        ),
         faults=tuple(faults),
         take=take,
+        kind=kind,
+        targets=targets,
     )
 
 
@@ -755,8 +816,12 @@ def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
     types = library("pyarrow.types")
     used = {image, *given.named(), *given.others(names, file.path), given.group_column(names)}
     others = [c for c in file.schema if c.name not in used]
-    nested = [c.name for c in others if types.is_nested(c.type)]
-    left = [c.name for c in others if not types.is_nested(c.type)]
+    nested = [
+        c.name
+        for c in others
+        if types.is_nested(c.type) and not _has_label_lists(file.schema, c.name)
+    ]
+    left = [c.name for c in others if c.name not in nested]
     left = [name for name in left if name not in of_bytes]
     classed = [name for name in left if class_names(file.schema, name)]
     usual = [name for wanted in LABELS for name in left if name.lower() == wanted]
