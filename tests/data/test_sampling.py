@@ -85,7 +85,7 @@ def test_impossible_requests_are_refused():
         StepBatches([], 4, seed=0)
     with pytest.raises(ValueError, match="batch_size is 0"):
         StepBatches([1], 0, seed=0)
-    with pytest.raises(ValueError, match="sampling uniform, or copy the shards"):
+    with pytest.raises(ValueError, match="--balance logit or loss instead, or copy the shards"):
         StepBatches(LABELS, 10, seed=0, sampling="balanced", shard_sizes=[30, 30])
     with pytest.raises(ValueError, match="shards of 59 images, but 60 labels"):
         StepBatches(LABELS, 10, seed=0, shard_sizes=[30, 29])

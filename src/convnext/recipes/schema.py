@@ -237,7 +237,7 @@ class RunRecipe(Generic[A]):
     deterministic: bool = False
     """Make GPU runs reproducible bit for bit; slower, because no backends are measured."""
     eval_every: int | A = field(default=AUTO, metadata=bounds(0))
-    """Epochs between evaluations; the last step is always evaluated."""
+    """Epochs between evaluations; the last step has one too."""
     save_every: int | A = field(default=AUTO, metadata=bounds(1))
     """Steps between saved states, in addition to those saved at evaluations."""
     patience: int = field(default=0, metadata=bounds(0))
