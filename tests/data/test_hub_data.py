@@ -343,3 +343,10 @@ def test_what_the_hub_answers_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(huggingface_hub, "dataset_info", fail)
         with pytest.raises(ValueError, match=message):
             hub.get("hf:owner/name@v2")
+
+
+def test_other_data_has_another_folder() -> None:
+    names = ("", "@refs/convert/parquet", "@refs_convert_parquet", "@main", "/a/b", "/a_b", "/a:b")
+    folders = [HubName.parse(f"hf:owner/name{rest}").folder() for rest in names]
+    assert folders[0] == folders[3]  # The branch that is taken if none is named.
+    assert len(set(folders)) == len(names) - 1

@@ -6,6 +6,7 @@ only if the user names it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shutil
@@ -264,9 +265,15 @@ class HubName:
         from convnext.hardware.system import cache_folder
 
         owner, _, name = self.repo.partition("/")
-        revision = portable_name(self.revision or "main")
-        config = f"--{portable_name(self.config)}" if self.config else ""
+        revision = _folder_name(self.revision or "main")
+        config = f"--{_folder_name(self.config)}" if self.config else ""
         return cache_folder() / "datasets" / owner / revision / (name + config)
+
+
+def _folder_name(text: str) -> str:
+    """Return the name of a folder for a text; that of every other text is another one."""
+    name = portable_name(text)
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def hub_data(name: HubName, *, notice: Notice = to_stderr) -> Path:
