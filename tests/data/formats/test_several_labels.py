@@ -241,8 +241,8 @@ def test_the_doctor_counts_every_label(make_folder: Any) -> None:
         to_shards(str(root), root.parent / "shards")
 
 
-@pytest.mark.parametrize("cell", ["{[1]: 1}", "[{[1]: 1}]"])
-def test_a_cell_that_python_cannot_build_is_refused(tmp_path: Path, cell: str) -> None:
+@pytest.mark.parametrize("cell", ["{[1]: 1}", "[{[1]: 1}]", "[True, False]", "[true, false]"])
+def test_a_cell_that_is_not_a_list_of_names_is_refused(tmp_path: Path, cell: str) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(f'path,label\na.png,"{cell}"\nb.png,"{cell}"\n')
     with pytest.raises(ValueError, match="is not a list of labels"):

@@ -232,11 +232,16 @@ def _literal(cell: str, where: str) -> dict[str, float]:
             found = ast.literal_eval(text)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             found = None
-    if isinstance(found, list) and all(isinstance(part, str | int) for part in found):
+    if isinstance(found, list) and all(map(_is_label, found)):
         return {name: 1.0 for part in found if (name := str(part).strip())}
     if isinstance(found, dict) and all(isinstance(part, int | float) for part in found.values()):
         return {str(name): float(value) for name, value in found.items()}
     raise ValueError(f'{where}: {cell[:60]!r} is not a list of labels such as ["cat", "dog"]')
+
+
+def _is_label(part: object) -> bool:
+    """Whether a part of a list names a class; True and False, which are integers, do not."""
+    return isinstance(part, str | int) and not isinstance(part, bool)
 
 
 def _recognized_sign(cells: Sequence[str], where: str) -> str:
