@@ -354,7 +354,7 @@ class ClassificationTask(Task):
 # End of each phase and its image size, as fractions of the run and of the full size.
 PROGRESSIVE = ((0.4, 1 / 2), (0.8, 2 / 3), (1.0, 1.0))
 # The last stage of a network has at least this many positions per side in every phase: on a map of
-# 1 x 1, a 7 x 7 kernel trains nothing but its center, and the full size reads as chance (LOG.md).
+# 1 x 1, a 7 x 7 kernel trains nothing but its center, and validation at the full size reads chance.
 MIN_POSITIONS = 2
 
 
@@ -568,7 +568,7 @@ def _choose_schedule(c: Resolver, n: int) -> None:
         low, images = 15, 20_000  # Digits train faster.
     epochs = min(high, max(low, round(images / n)))
     c.choose_length(epochs)
-    c.choose("schedule.progressive", False, "every phase would pay for itself too late")
+    c.choose("schedule.progressive", False, "images of the full size from the start")
 
 
 def _choose_rate(c: Resolver) -> None:
